@@ -36,9 +36,9 @@ def bare(world: Path, out: Path, count: int) -> None:
     options = RunOptions(shard_size=SHARD, limit=count, threads=1, depth="sizes")
     source, folder = open_source(world), Folder(out)
     out.mkdir()
-    spec = build_spec(source, models, models.view, threads=1)
+    spec = build_spec(source, models, models.view)
     run, _ = prepare(spec, source, folder, options)
-    chain = Chain(merged(spec.chain(folder, run.identity, run.images)))
+    chain = Chain(merged(spec.chain(folder, run.identity, run.images, 1)))
     for number in range(len(Plan(folder))):
         chain.run(Task(number))
 

@@ -374,6 +374,14 @@ class ModelFile(NamedTuple):
         return self.code or cached_path(self.reference, self.revision, self.patterns)
 
     @property
+    def size(self) -> int:
+        """The bytes of the file, or of those files of the folder that are read; 0 if they were never fetched."""
+        if self.path is None or not self.path.is_dir():
+            return self.path.stat().st_size if self.path else 0
+        found = {file for pattern in self.patterns or ["**/*"] for file in self.path.glob(pattern) if file.is_file()}
+        return sum(file.stat().st_size for file in found)
+
+    @property
     def pin(self) -> dict[str, Any]:
         """What is known of the file for certain: a `revision`, and the `sha256` of each file by its name."""
         files = {**pinned_files(self.reference, self.revision)}

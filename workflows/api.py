@@ -60,9 +60,9 @@ class Annotator:
             raise UserError("threads", threads, "it should be 0 or more", "correct it")
         self.view = view or self.models.view
         self._files = tempfile.TemporaryDirectory(prefix="pad-annotate-")
-        compute = self.models.compute.model_copy(update={"threads": threads or cores()})
-        links = annotation_chain(Folder(Path()), "", 0, self.models, self.view, self._files.name, compute)
-        link = merged(links)
+        link = merged(
+            annotation_chain(Folder(Path()), "", 0, threads or cores(), self.models, self.view, self._files.name)
+        )
         inner = [operation for operation in link.operations if operation.name not in ("plan", "write")]
         self._chain = Chain(link._replace(operations=inner, before=0, after=0))
         self._one_at_a_time = Lock()

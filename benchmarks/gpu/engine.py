@@ -60,7 +60,7 @@ def _chain(job: Job, work: Work, models: ModelSettings, images: Path, size: int)
     run, _ = prepare(spec, source, out, RunOptions(shard_size=size, depth="sizes"))
     job.sheet.note(f"Hashes of the weights, and the plan: {time.perf_counter() - began:.1f} s.")
     progress = Progress("benchmark", run.shards, run.images, errors, None)
-    links = with_given(spec.chain(out, run.identity, run.images), work.given)
+    links = with_given(spec.chain(out, run.identity, run.images, 0), work.given)
     attempts = (Attempts(number, size) for number in range(run.shards))
     start, later, count = time.perf_counter(), None, 0
     with Utilization() as busy:

@@ -24,7 +24,7 @@ OPTIONS = RunOptions(shard_size=2, depth="names")
 
 def spec(**settings: Any) -> RunSpec:
     """Of a run without stages."""
-    return RunSpec("build", View(size=28, patch=14), 3, settings, {}, lambda folder, identity, images: [])
+    return RunSpec("build", View(size=28, patch=14), 3, settings, {}, lambda folder, identity, images, threads: [])
 
 
 def listed(*names: str, problem: str = "") -> Listed:

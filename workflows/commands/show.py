@@ -80,8 +80,7 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     from pad_pipeline.workflows.engine.chain import Chain, merged
     from pad_pipeline.workflows.runs.chains import annotation_chain
 
-    links = annotation_chain(Folder(image.parent), "", 1, models, models.view, str(image.parent), models.compute)
-    link = merged(links)
+    link = merged(annotation_chain(Folder(image.parent), "", 1, 0, models, models.view, str(image.parent)))
     stages = link.operations[1:-1]  # all but reading the plan and writing the shard
     row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
     found: ImageRecord = Chain(link._replace(operations=stages)).run(Shard(0, [row])).rows[0]

@@ -29,6 +29,7 @@ from pad_pipeline.workflows.engine.progress import Progress, Totals
 from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
+from pad_pipeline.workflows.runs.cpu_workers import with_cpu_workers
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
 from pad_pipeline.workflows.runs.resume import Scan, check_there, is_file_of, own_shards, scan
@@ -47,7 +48,7 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
     folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
-    spec = build_spec(source, models, view, options.redo_from, options.used_threads, options.private_addresses)
+    spec = build_spec(source, models, view, options.redo_from, options.private_addresses)
     return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
@@ -56,7 +57,6 @@ def build_spec(
     models: ModelSettings,
     view: View,
     redo_from: RedoFrom = "tag",
-    threads: int = 0,
     private: bool = False,
 ) -> RunSpec:
     """Return the specification of a build. Missing weights are fetched.
@@ -67,16 +67,15 @@ def build_spec(
     earlier = _earlier_facts(source, models, redo_from) if redo_from != STEPS[0] else {}
     embedder = LabelEmbedder(models.llm)
     check_llm("llm.llm", embedder.folder)
-    for one in models.annotators_from(redo_from):
+    annotators = models.annotators_from(redo_from)
+    for one in annotators:
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
-    compute = models.compute.model_copy(update={"threads": threads})
     chain = partial(
         annotation_chain,
         models=models,
         view=view,
         root=source.root,
-        compute=compute,
         redo_from=redo_from,
         private=private,
     )
@@ -87,8 +86,9 @@ def build_spec(
         settings=models.as_sections() | earlier,
         fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
         chain=chain,
-        code=" ".join(filter(None, (one.code_version for one in models.annotators_from(redo_from)))),
-        reads_texts=any(isinstance(one, CaptionsSettings) for one in models.annotators_from(redo_from)),
+        code=" ".join(filter(None, (one.code_version for one in annotators))),
+        model_bytes=sum(file.size for one in annotators for file in one.files()),
+        reads_texts=any(isinstance(one, CaptionsSettings) for one in annotators),
     )
 
 
@@ -218,6 +218,7 @@ def _remove_if_empty(folder: Folder) -> None:
 def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunOptions) -> Totals:
     """Run the unfinished shards, or on a retry the shards with failed images. Return the counts over all shards."""
     retry, own = options.retry_failed, own_shards(run, options)
+    options = with_cpu_workers(options, run.shards, spec.model_bytes)
     if options.part:
         folder.clean(mine=partial(is_file_of, own))
     if retry:
@@ -238,7 +239,8 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
         rows = min(run.shard_size, run.images - number * run.shard_size)
         return Attempts(number, rows, retry=retry and number not in existing.incomplete)
 
-    chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity, run.images)]
+    of_run = folder, run.identity, run.images, options.used_threads
+    chain = [link._replace(breaker=options.breaker) for link in spec.chain(*of_run)]
     if numbers:  # otherwise Ray would start for nothing
         engine = (
             RayEngine(options.cluster, options.worker_range)

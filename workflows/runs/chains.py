@@ -10,7 +10,6 @@ from pad_pipeline.labels import LabelSettings
 from pad_pipeline.roles import RedoFrom
 from pad_pipeline.sources.read import witnesses
 from pad_pipeline.stages.annotate import HumanRegions
-from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.correct import Correct
 from pad_pipeline.stages.decode import Decode
 from pad_pipeline.stages.edit import Edit
@@ -27,16 +26,16 @@ def annotation_chain(
     out: Folder,
     identity: str,
     images: int,
+    threads: int,
     models: ModelSettings,
     view: View,
     root: str,
-    compute: ComputeSettings,
     redo_from: RedoFrom = "tag",
     private: bool = False,
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write. `images`
-    is the number of images in the whole run."""
-    compute = compute.model_copy(update={"images": images})
+    is the number of images in the whole run, and `threads` the number of CPU threads of each model."""
+    compute = models.compute.model_copy(update={"images": images, "threads": threads})
     on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from, private, witnesses()))], []
     for one in models.annotators_from(redo_from):
         operation = Operation(one.name, partial(one.make, models.decode, compute))
@@ -52,13 +51,14 @@ def import_chain(
     out: Folder,
     identity: str,
     images: int,
+    threads: int,
     decoding: DecodeSettings,
     labels: LabelSettings,
     view: View,
     root: str,
     private: bool,
 ) -> list[Link]:
-    """Return the chain of `pad import`: decode, annotate, patchify, write. `images` is not used."""
+    """Return the chain of `pad import`: decode, annotate, patchify, write. `images` and `threads` are not used."""
     annotate = [
         Operation("decode", partial(Decode, decoding, root, private=private, witnesses=witnesses())),
         Operation("annotate", HumanRegions),
@@ -70,6 +70,7 @@ def rewriting_chain(
     out: Folder,
     identity: str,
     images: int,
+    threads: int,
     edits: EditSettings,
     labels: LabelSettings,
     view: View,
@@ -77,7 +78,7 @@ def rewriting_chain(
     corrected: bool,
 ) -> list[Link]:
     """Return the chain of the commands that rewrite shards: restore, correct if people `corrected` regions, edit if
-    there are edits, patchify, write. `images` is not used."""
+    there are edits, patchify, write. `images` and `threads` are not used."""
     read = Operation("plan", partial(ReadShard, out, rewritten=True))
     operations = [read, Operation("restore", partial(Restore, root))]
     if corrected:

@@ -62,7 +62,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
 
     with tempfile.TemporaryDirectory(prefix="pad-dry-run-") as temporary:
         folder, private = Folder(Path(temporary)), options.private_addresses
-        spec = build_spec(source, models, view, options.redo_from, options.used_threads, private)
+        spec = build_spec(source, models, view, options.redo_from, private)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit, private)
         survey.check(facts, source, spec.input_field, options.strict, spec.reads_texts)
         survey.show(facts, source)
@@ -70,7 +70,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         sampled = min(SAMPLE, facts.images // 2) or 1
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)]
         _replan(folder, plan, positions[1::2] + positions[::2], sampled)
-        links = spec.chain(folder, "", sampled)
+        links = spec.chain(folder, "", sampled, options.used_threads)
         chain = Chain(merged(links))
         if models.compute.compile is True:
             chain.run(Task(1))  # nothing is compiled while operations are counted

@@ -69,7 +69,7 @@ def prepare(
             note(f"{took}. With the fingerprint `kept`, a rerun keeps the plan, and does not notice changed inputs.")
         survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
         counts = survey.counts_of(planned, source)
-        run = spec.to_run(planned, counts, options.shard_size, options.used_threads, first)
+        run = spec.to_run(planned, counts, options, first)
         plan = Plan(Folder(partial.parent), partial.name)
         if options.part and not old:
             old = first_run(run, folder)
@@ -135,7 +135,7 @@ def keep_plan(spec: RunSpec, source: Source, folder: Folder, old: Run, options: 
         planned.sample, planned.unreadable = plan.sample(source.root, old.contents, options.private_addresses)
         survey.check(planned, source, spec.input_field, strict=False)
         first = SampleFirst(old.sample, old.sample_seed)
-        run = spec.to_run(planned, old.counts, options.shard_size, options.used_threads, first)
+        run = spec.to_run(planned, old.counts, options, first)
         check_same(old, run, folder, plan, options.accept_changed_code)
     return inherit_facts(old, run)
 

@@ -11,7 +11,9 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.choose import SampleFirst
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Link
+from pad_pipeline.workflows.runs.cpu_workers import with_cpu_workers
 from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
+from pad_pipeline.workflows.runs.options import RunOptions
 
 
 class RunSpec(NamedTuple):
@@ -25,8 +27,11 @@ class RunSpec(NamedTuple):
     """See `Run.settings`."""
     fingerprints: dict[str, str]
     """sha256 of each model's files, by name."""
-    chain: Callable[[Folder, str, int], list[Link]]
-    """A function from the run's folder, `Run.identity` and the number of its images to the links of the chain."""
+    chain: Callable[[Folder, str, int, int], list[Link]]
+    """A function from the run's folder, `Run.identity`, the number of its images and the CPU threads of each model to
+    the links of the chain."""
+    model_bytes: int = 0
+    """Size of the models' files; 0 for a run without models."""
     code: str = ""
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
@@ -36,17 +41,15 @@ class RunSpec(NamedTuple):
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 
-    def to_run(
-        self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int, first: SampleFirst
-    ) -> Run:
-        """Return the content of run.json for a plan. `threads` is the number of CPU threads of each model, and `first`
-        the sample that the plan begins with."""
+    def to_run(self, planned: PlanFacts, counts: dict[str, int], options: RunOptions, first: SampleFirst) -> Run:
+        """Return the content of run.json for a plan. `first` is the sample that the plan begins with."""
+        shards = -(-planned.images // options.shard_size)
         code = " ".join(filter(None, [code_fingerprint(), self.code]))
         return Run(
             kind=self.kind,
             images=planned.images,
-            shards=-(-planned.images // shard_size),
-            shard_size=shard_size,
+            shards=shards,
+            shard_size=options.shard_size,
             sample=first.images,
             sample_seed=first.seed,
             counts=dict(sorted(counts.items())),
@@ -56,5 +59,5 @@ class RunSpec(NamedTuple):
             fingerprints=self.fingerprints | {"inputs": planned.digest, "code": code},
             contents=planned.sample,
             plan=planned.seal,
-            environment=environment(threads),
+            environment=environment(with_cpu_workers(options, shards, self.model_bytes).used_threads),
         )
