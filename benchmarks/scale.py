@@ -101,7 +101,7 @@ def drive(home: Path, number: int) -> None:
     """Run all shards of a plan through a chain without stages, in the driver."""
     view = View()
 
-    def chain(folder: Folder, identity: str, images: int) -> list[Link]:
+    def chain(folder: Folder, identity: str, images: int, threads: int) -> list[Link]:
         return [Link("nothing", [Operation("read", lambda: ReadShard(folder)), Operation("write", Nothing)])]
 
     spec = RunSpec("build", view, 1, {}, {}, chain)

@@ -1,8 +1,8 @@
 """Choose how many workers a run has on the CPU of this machine.
 
-Small models leave cores idle if one process has them all: two workers with one thread each annotate 1.6 times as fast
-as one with two threads (`benchmarks/results/annotate-miniature-cpu.md`). Large models are loaded once for each worker,
-so that memory sets a limit.
+Small models leave cores idle if one process has them all: two workers with one thread each annotate 1.4 times as fast
+as one with two threads (`benchmarks/results/annotate-miniature-cpu.md`). Each worker loads the models, so memory limits
+the number of workers.
 """
 
 from __future__ import annotations
