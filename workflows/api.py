@@ -229,8 +229,6 @@ def train(
             raise UserError(name, "(empty)", "it is missing", "name a folder, a model of the hub, or `miniature`")
     if stage not in (1, 2):
         raise UserError("stage", stage, "it should be 1 or 2", "correct it")
-    if address and not workers:
-        raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
     if not isinstance(max_failures, int) or max_failures < -1:
         raise UserError("max_failures", max_failures, "it should be a number, -1 or more", "correct it")
     chosen = read_settings(settings_of(stage), None, settings)

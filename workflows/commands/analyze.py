@@ -78,9 +78,6 @@ def analyze(
     scores = workflow.caption_scores_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, member_reference(vision, "clip"), member_reference(llm, "llm"), vision_layer)
     others = [Subject(path) for path in beside or []]
-    if others and not (out and drawings):
-        rule = "it is only drawn, beside the model"
-        raise UserError("beside", others[0].name, rule, "give `out`, and a number of `drawings`")
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings, others)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
     if as_json:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from pad_pipeline.console import errors, say
-from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings, settings_of
 from pad_pipeline.workflows.commands.common import CLUSTER
@@ -62,12 +61,6 @@ def train(
       pad train --stage 2 --data llava_v1_5_mix665k.json --image-root images/ --init one/mm_projector.bin
         --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out two/
     """
-    shards, data = job["shards"], job["data"]
-    if bool(shards) == bool(data):
-        rule = "a training reads either `shards` or `data`"
-        raise UserError("shards", shards or "none", rule, "give one of them: PAD shards, or a LLaVA JSON")
-    if job["image_root"] and not data:
-        raise UserError("image_root", job["image_root"], "it goes with `data` only", "leave it out")
     from pad_pipeline.workflows.learning import launch as workflow
 
     chosen = read_settings(settings_of(job["stage"]), settings, training)
@@ -75,10 +68,6 @@ def train(
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
-    for name in ("address", "gpus"):
-        if not workers and cluster.get(name) not in (None, ""):
-            rule = "it goes with `workers` only"
-            raise UserError(name, cluster[name], rule, "say how many workers, or leave it out")
     counts = parse_workers(workers) if workers else None
     said = workflow.train(
         Job(**job | paths | parts, settings=chosen), counts, RunOptions(**cluster).cluster, max_failures

@@ -49,6 +49,9 @@ def analyze(
     Raises:
         UserError: shards and model do not fit together, nothing can be measured, or `out` can't be written.
     """
+    if beside and not (out and drawings):
+        rule = "it is only drawn, beside the model"
+        raise UserError("beside", beside[0].name, rule, "give `out`, and a number of `drawings`")
     # Check that the model fits the shards first, because the analyses may take hours.
     opened = open_shards(shards)
     subject.preprocessor(opened.run.view)

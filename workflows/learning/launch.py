@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
+from pad_pipeline.errors import UserError
 from pad_pipeline.storage import write_error
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
@@ -26,8 +27,18 @@ def train(job: Job, workers: tuple[int, int] | None = None, cluster: Cluster = C
         max_failures: number of times that Ray Train workers may die; -1 for any number.
 
     Raises:
-        UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
+        UserError: see `pad_pipeline.training.loop.train`; or the inputs contradict each other, or `out` can't be
+            written.
     """
+    if bool(job.shards) == bool(job.data):
+        rule = "a training reads either `shards` or `data`"
+        raise UserError("shards", job.shards or "none", rule, "give one of them: PAD shards, or a LLaVA JSON")
+    if job.image_root and not job.data:
+        raise UserError("image_root", job.image_root, "it goes with `data` only", "leave it out")
+    for name, value in (("address", cluster.address), ("gpus", cluster.gpus)):
+        if not workers and value not in (None, ""):
+            rule = "it goes with `workers` only"
+            raise UserError(name, value, rule, "say how many workers, or leave it out")
     first = os.environ.get("RANK", "0") == "0"
     with progress("train", job.settings.steps or None, "loading the models", first) as update:
 
