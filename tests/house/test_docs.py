@@ -100,6 +100,8 @@ def test_the_site_is_made(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     reference = (tmp_path / "site/cli/index.html").read_text()
     assert "--min-predicted-iou" in reference and "pad export hub" in reference
+    found = (tmp_path / "site/search/search_index.json").read_text()
+    assert all(word in found for word in ("A100", "threshold", "box_threshold")), "people search for these"
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.search(
             r'(src|href)="https?://(?!arxiv|huggingface|squidfunk)[^"]+\.(js|css|woff2?)"', page.read_text()
