@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from pad_pipeline.threads import cores
+from pad_pipeline.machine import cores
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = {

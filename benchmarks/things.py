@@ -1,10 +1,10 @@
-"""How often any reading of the miniature's patches can name a thing, by the number of scenes it learned from:
+"""How often classifiers of the miniature's patches name a thing, by the number of scenes that they learned from:
 `python -m benchmarks.things --scenes 384 2000 8000`. It takes ten minutes on a CPU core, most of it for 8,000 scenes.
 
 A projector learns from some scenes to say what a patch shows, and is scored on others. Here, two classifiers learn that
 alone, from exact labels: a linear one over the labels, and the projector's own MLP, whose output is compared with the
-labels' word embeddings, as `pad analyze words` does. So their scores on held-out scenes are the limit that the scenes
-set, and those on their own scenes show how much they learned by heart.
+labels' word embeddings, as `pad analyze words` does. Their scores on held-out scenes show what can be learned from so
+many scenes, and those on their own scenes how much is learned by heart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from pad_pipeline.workflows.miniature.truth import score_names, single_labels
 
 VIEW = View(size=112, patch=8)
 HELD_OUT = 100
-"""Scenes of the world of seed 1, as in `make paper`; and scenes of the training's world that are scored too."""
+"""Number of held-out scenes, of the world of seed 1, as in `make paper`. As many of the first scenes that a classifier
+learned from are scored too."""
 STEPS, BATCH, RATE = 2000, 4096, 3e-3
 TEMPERATURE = 0.07
 """Of the cosines between tokens and words, as in the objective `aligned`."""

@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
+from pad_pipeline.machine import cores
 from pad_pipeline.miniature.shipped import member_reference
 from pad_pipeline.records import ImageRecord, Place, SampleJson, Shard
 from pad_pipeline.report.notebook import Annotated
 from pad_pipeline.shards.keys import plain_key
 from pad_pipeline.shards.reader import ShardFolder, open_shards
 from pad_pipeline.storage import Folder
-from pad_pipeline.threads import cores
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.dataset import PatchDataset
 from pad_pipeline.workflows.engine.chain import Chain, merged

@@ -18,10 +18,10 @@ from benchmarks.gpu.runner import Job
 from benchmarks.stage1 import SIZES, write_configs
 from pad_pipeline.console import errors
 from pad_pipeline.labels import LabelSettings
+from pad_pipeline.machine import cores
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.storage import Folder
-from pad_pipeline.threads import cores
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Link, Operation
 from pad_pipeline.workflows.engine.local import LocalEngine

@@ -23,10 +23,10 @@ from examples.miniature.tagger import SHAPE as RAM_SHAPE
 from examples.miniature.tagger import TaggerRecipe
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
+from pad_pipeline.machine import cores
 from pad_pipeline.miniature.shipped import MANIFEST, Manifest
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
-from pad_pipeline.threads import cores
 from pad_pipeline.weights import file_sha256
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from examples.miniature.muon import Muon
 from pad_pipeline.errors import UserError
+from pad_pipeline.machine import cores
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.storage import Folder, atomic_write
-from pad_pipeline.threads import cores
 
 TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
 """Seeds of the worlds that training draws from (the run's seed is added); all smaller ones are unseen."""

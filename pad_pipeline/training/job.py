@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
 from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
@@ -54,3 +55,12 @@ class Job(BaseModel):
     wandb: str = ""
     """Project of Weights & Biases that gets the log's figures; empty for none."""
     settings: Stage2Settings | TrainSettings
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.shards) == bool(self.data):
+            rule = "a training reads either `shards` or `data`"
+            raise UserError("shards", self.shards or "none", rule, "give one of them: PAD shards, or a LLaVA JSON")
+        if self.image_root and not self.data:
+            raise UserError("image_root", self.image_root, "it goes with `data` only", "leave it out")
+        return self

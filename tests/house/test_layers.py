@@ -24,7 +24,8 @@ ORDER = {
     "decode settings dino sam ram base spans boxes rle patch_grid compute edit_settings",
     "pad_pipeline": "analysis training exports report quality miniature verify plan duplicates sources shards labels "
     "tables llms pretrained weights hub_errors pins remote_tensors transfers measures evaluation records facts storage "
-    "listing stores retries addresses parquet roles masks images geometry gpus packages threads console errors choices",
+    "listing stores retries addresses parquet roles masks images geometry gpus packages threads machine console errors "
+    "choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ import torch
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.run import Run
 from pad_pipeline.storage import Folder
-from pad_pipeline.workflows.runs import cpu_workers
-from pad_pipeline.workflows.runs.cpu_workers import memory, with_cpu_workers
+from pad_pipeline.workflows.engine.ray_session import Cluster
+from pad_pipeline.workflows.runs import build, cpu_workers
+from pad_pipeline.workflows.runs.cpu_workers import with_cpu_workers
 from pad_pipeline.workflows.runs.options import RunOptions
 from tests.runs.conftest import Pad
 
@@ -29,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def chosen(shards: int, model_bytes: int, **given: object) -> tuple[str, int]:
+def chosen(shards: int, model_bytes: int | None, **given: object) -> tuple[str, int]:
     """The workers of a run with Ray, and the threads of each of their models."""
     options = with_cpu_workers(RunOptions(engine="ray", **given), shards, model_bytes)
     return options.workers, options.used_threads
@@ -37,22 +37,26 @@ def chosen(shards: int, model_bytes: int, **given: object) -> tuple[str, int]:
 
 @pytest.mark.usefixtures("machine")
 def test_cores_are_shared_out_as_far_as_shards_and_memory_go() -> None:
-    """Catches small models on one core of sixteen, large ones that are loaded sixteen times, and cores without work
-    where shards are few."""
+    """Catches small models on one core of sixteen, large ones that are loaded sixteen times, cores without work where
+    shards are few or workers do not divide the cores, and memory that a user's own class takes unseen."""
     assert chosen(1000, SMALL) == ("16", 1)
     assert chosen(3, SMALL) == ("3", 5)
-    assert chosen(1000, LARGE) == ("2", 8)
-    assert chosen(1000, 10 * LARGE) == ("1", 16)
+    assert chosen(12, SMALL) == ("8", 2)
+    assert chosen(1000, LARGE) == ("1", 16)
+    assert chosen(1000, LARGE // 3) == ("4", 4)
+    assert chosen(1000, None) == ("", 16)
     assert chosen(1000, SMALL, threads=4) == ("4", 4)
     assert chosen(0, SMALL) == ("1", 16)
 
 
 @pytest.mark.usefixtures("machine")
 def test_what_the_user_says_and_what_a_cluster_has_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches workers on the CPU beside an idle GPU, or without being asked, on somebody's cluster."""
+    """Catches workers on the CPU beside an idle GPU, or without being asked, on somebody's cluster; and a GPU that Ray
+    sees and PyTorch can't use, which one worker would reserve."""
     assert chosen(1000, SMALL, workers=2) == ("2", 8)
     assert chosen(1000, SMALL, address="auto") == ("", 16)
     assert with_cpu_workers(RunOptions(), 1000, SMALL) == RunOptions()
+    assert with_cpu_workers(RunOptions(engine="ray"), 1000, SMALL).gpus == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen(1000, SMALL) == ("", 16)
     assert chosen(1000, SMALL, gpus=0) == ("16", 1)
@@ -64,25 +68,23 @@ def test_a_run_without_models_shares_them_too_and_records_the_same_threads_on_ea
     assert chosen(1000, 0) == ("16", 16)
 
 
-def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches workers that are killed because the machine has more memory than the container may use."""
-    for text, limit in (("5000\n", 5000), ("max\n", None), ("9223372036854771712\n", None)):
-        file = tmp_path / "memory.max"
-        file.write_text(text)
-        monkeypatch.setattr(cpu_workers, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(file)))
-        found = memory()
-        assert found == limit if limit else found > 5000
-
-
-@pytest.mark.slow
-def test_a_build_uses_all_cores(
-    world: World, common: list[object], pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("machine")
+def test_a_build_asks_for_them_and_records_their_threads(
+    world: World, models_toml: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the default engine: catches a number of workers that is chosen and not used, or recorded as another one."""
-    monkeypatch.setattr("pad_pipeline.workflows.runs.options.cores", lambda: 2)
-    monkeypatch.setattr(cpu_workers, "cores", lambda: 2)
-    done = pad("build", "--images", world.images, *common[:4], "--shard-size", 5, "--out", tmp_path)
-    assert done.code == 0, done.err
-    assert Run.read(Folder(tmp_path)).environment["threads"] == "1"
-    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["stages"]["tag"]["workers"] == 2
+    """Catches a number of workers that is chosen and not used, or another number of threads in run.json."""
+    asked = []
+
+    class Stopped(BaseException):
+        pass
+
+    def engine(cluster: Cluster, workers: tuple[int, int]) -> None:
+        asked.append((cluster.gpus, workers))
+        raise Stopped
+
+    monkeypatch.setattr(build, "RayEngine", engine)
+    command = ["build", "--images", world.images, "--models", models_toml, "--view-size", 112, "--shard-size", 5]
+    with pytest.raises(Stopped):
+        pad(*command, "--out", tmp_path)
+    assert asked == [(0, (1, 2))]
+    assert Run.read(Folder(tmp_path)).environment["threads"] == "8"

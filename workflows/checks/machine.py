@@ -70,7 +70,7 @@ def gpu() -> Findings:
     """Report CPU cores and GPUs; check that torchvision fits torch, that torch can use the GPUs, and GPU memory."""
     import torch
 
-    from pad_pipeline.threads import cores
+    from pad_pipeline.machine import cores
 
     yield Finding("cpu", "ok", f"{cores()} cores for this process")
     try:

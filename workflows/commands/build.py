@@ -150,7 +150,7 @@ def _show_estimate(found: Any, cards: Any) -> None:
     table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
     table.add_row("their files", f"{decimal(found.input_bytes)} (as far as sizes are known)")
     table.add_row("annotated to measure", f"{counted(found.sampled, 'image')}, {found.failed} failed")
-    where, unit = ("one GPU", "GPU hours") if found.on_gpu else ("this CPU", "hours")
+    where, unit = ("one GPU", "GPU hours") if found.on_gpu else ("all cores of this CPU", "hours")
     for name, seconds in found.seconds.items():
         table.add_row(f"  {name}", f"{seconds:.3f} s an image")
     hours = found.images * sum(found.seconds.values()) / 3600

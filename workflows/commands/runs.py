@@ -92,7 +92,6 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
         Part.parse(given["part"])
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
     options = RunOptions(**chosen, isolated=ISOLATED)
-    _ = options.cluster, options.worker_range  # they raise their errors before anything is read
     if preload and options.engine == "local" and options.isolated:
         from pad_pipeline.workflows.engine.child import Child
 

@@ -17,7 +17,8 @@ UNEXPLAINED = 2
 
 
 class LocalEngine:
-    """Runs the whole chain in one process, with the same operations as on Ray. So the bytes are the same.
+    """Runs the whole chain in one process, with the same operations as on Ray. So the bytes are the same, if the
+    number of threads is.
 
     Args:
         isolated: work in a child process. If a child dies, a new child tries the shards again that it had in hand.

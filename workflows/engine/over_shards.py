@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
-from pad_pipeline.threads import OverShards, cores, map_ahead
+from pad_pipeline.machine import cores
+from pad_pipeline.threads import OverShards, map_ahead
 from pad_pipeline.workflows.engine.ray_session import Patience, ray_session, refuse_without_ray, seconds_of, watched
 
 FEW = 8

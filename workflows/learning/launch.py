@@ -27,14 +27,9 @@ def train(job: Job, workers: tuple[int, int] | None = None, cluster: Cluster = C
         max_failures: number of times that Ray Train workers may die; -1 for any number.
 
     Raises:
-        UserError: see `pad_pipeline.training.loop.train`; or the inputs contradict each other, or `out` can't be
+        UserError: see `pad_pipeline.training.loop.train`; or `cluster` is given without `workers`, or `out` can't be
             written.
     """
-    if bool(job.shards) == bool(job.data):
-        rule = "a training reads either `shards` or `data`"
-        raise UserError("shards", job.shards or "none", rule, "give one of them: PAD shards, or a LLaVA JSON")
-    if job.image_root and not job.data:
-        raise UserError("image_root", job.image_root, "it goes with `data` only", "leave it out")
     for name, value in (("address", cluster.address), ("gpus", cluster.gpus)):
         if not workers and value not in (None, ""):
             rule = "it goes with `workers` only"

@@ -71,6 +71,7 @@ def build_spec(
     for one in annotators:
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
+    code = " ".join(filter(None, (one.code_version for one in annotators)))
     chain = partial(
         annotation_chain,
         models=models,
@@ -86,8 +87,9 @@ def build_spec(
         settings=models.as_sections() | earlier,
         fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
         chain=chain,
-        code=" ".join(filter(None, (one.code_version for one in annotators))),
-        model_bytes=sum(file.size for one in annotators for file in one.files()),
+        code=code,
+        # A user's own class may load more than the files that it names.
+        model_bytes=None if code else sum(file.size for one in annotators for file in one.files()),
         reads_texts=any(isinstance(one, CaptionsSettings) for one in annotators),
     )
 

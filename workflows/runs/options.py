@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pad_pipeline.choices import RerunDepth
 from pad_pipeline.errors import UserError
+from pad_pipeline.machine import cores
 from pad_pipeline.roles import RedoFrom
-from pad_pipeline.threads import cores
 from pad_pipeline.workflows.engine.ray_session import Cluster, seconds_of
 
 EngineName = Literal["ray", "local"]
@@ -78,9 +78,9 @@ class RunOptions(BaseModel):
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
     workers: str = ""
     """Number of Ray workers with models: at most 8 with `8`; `2-8` also stops the run if there are fewer than 2 for
-    longer than `wait`. They are asked of an autoscaler, and more begin when nodes join. Empty: one for each GPU of the
-    cluster; with `gpus` 0, one for each node of a cluster, and on this machine alone as many as its cores, its memory
-    and the run's shards allow."""
+    longer than `wait`. They are asked of an autoscaler, and more begin when nodes join. Empty: one for each GPU; with
+    `gpus` 0, one for each node of a cluster. On one machine without a GPU, or without models: as many as its cores, its
+    memory and the run's shards allow."""
     gpus: float | None = Field(None, ge=0, le=1)
     """GPUs that each worker with models reserves: 1, or a share such as 0.5. 0 computes on the CPU. Empty: 1; on this
     machine alone, 0 if it has no GPU. A run on a cluster without a GPU waits for the first one."""
@@ -88,7 +88,8 @@ class RunOptions(BaseModel):
     """How long a run waits for workers that the cluster has no room for, such as 30s, 10m or 2h. Then it stops with
     exit code 4."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of each model. 0: the cores of this machine, shared between its workers."""
+    """CPU threads of each model. 0: the cores of the machine that runs the command, divided by its number of workers,
+    or by `workers`."""
     part: str = ""
     """One part of the run, such as 3/8: the third of eight equal ranges of its shards. Parts may run at the same time,
     on machines that have nothing in common but `out`. All parts together write what one run writes."""
@@ -119,7 +120,15 @@ class RunOptions(BaseModel):
     @field_validator("workers", mode="before")
     @classmethod
     def _as_text(cls, workers: object) -> str:
+        if workers:
+            parse_workers(str(workers))
         return str(workers or "")
+
+    @field_validator("wait")
+    @classmethod
+    def _is_duration(cls, wait: str) -> str:
+        seconds_of("wait", wait)
+        return wait
 
     @property
     def worker_range(self) -> tuple[int, int]:

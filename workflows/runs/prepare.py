@@ -93,6 +93,7 @@ def prepare(
     if forked is not None:
         own = own_shards(run, options)
         note(f"{copy_finished_shards(forked, folder, run, own)} of {len(own)} shards are copied from {forked}.")
+        note_environment(Run.read(forked), run)
         existing = scan(folder, run.identity, own, others=not options.part)
     return run, existing
 
@@ -191,12 +192,17 @@ def inherit_facts(old: Run, new: Run) -> Run:
     """
     code = old.fingerprints.get("code", "")
     accepted = old.accepted_code + ([code] if code != new.fingerprints["code"] else [])
-    if changed := differences(old.environment, new.environment):
-        rule = "last digits may differ from shard to shard"
-        note(f"note: the environment has changed since the run began ({'; '.join(changed)}); {rule}.", "yellow")
+    note_environment(old, new)
     contents = {key: sha256 or old.contents.get(key, "") for key, sha256 in new.contents.items()}
     inherited = {"accepted_code": accepted, "environment": old.environment, "contents": contents}
     return new.model_copy(update=inherited)
+
+
+def note_environment(old: Run, new: Run) -> None:
+    """Say it if the shards of `old` were made in another environment than those that are still to be made."""
+    if changed := differences(old.environment, new.environment):
+        rule = "last digits may differ from shard to shard"
+        note(f"note: the environment has changed since the run began ({'; '.join(changed)}); {rule}.", "yellow")
 
 
 def remove_unfinished(folder: Folder, existing: Scan) -> None:

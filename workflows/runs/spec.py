@@ -30,8 +30,8 @@ class RunSpec(NamedTuple):
     chain: Callable[[Folder, str, int, int], list[Link]]
     """A function from the run's folder, `Run.identity`, the number of its images and the CPU threads of each model to
     the links of the chain."""
-    model_bytes: int = 0
-    """Size of the models' files; 0 for a run without models."""
+    model_bytes: int | None = 0
+    """Size of the models' files; 0 for a run without models, None if it is not known."""
     code: str = ""
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
