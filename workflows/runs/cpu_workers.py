@@ -26,8 +26,8 @@ def with_cpu_workers(options: RunOptions, shards: int, model_bytes: int | None) 
     """Return options with a number of workers, for a run with Ray on this machine that computes on the CPU and whose
     options leave the number open. Other options are returned as they are.
 
-    There are as many workers as cores, shards and memory allow, at least 1, and fewer if cores would be idle otherwise. The
-    shards are those of the whole run, and not those that are left, so that a resume has the same number of threads.
+    There are as many workers as cores, shards and memory allow, at least 1, and fewer if cores would be idle otherwise.
+    The shards are those of the whole run, and not those that are left, so that a resume has the same number of threads.
 
     Args:
         options: the options of the run.
