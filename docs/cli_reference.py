@@ -103,7 +103,7 @@ def _describe(command: Any, name: str, parts: list[str]) -> None:
     if not children:
         parts += [f"## {name}\n", f"```text\n{_text(command)}\n```\n"]
         parts += ["| | default | |", "| --- | --- | --- |"]
-        parts += [_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
+        parts += [_row(command, parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
         parts.append("")
     for child in children.values():
         _describe(child, f"{name} {child.name}", parts)
@@ -114,12 +114,14 @@ def _text(command: Any) -> str:
     return "\n\n".join(part if re.search("^ ", part, re.MULTILINE) else textwrap.fill(part, 110) for part in parts)
 
 
-def _row(parameter: Any) -> str:
+def _row(command: Any, parameter: Any) -> str:
+    from pad_pipeline.workflows.commands.reword import help_text
+
     names = " ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     if parameter.param_type_name == "argument":
         names = f"`{(parameter.name or '').upper()}`"
     said = getattr(parameter, "show_default", None)
     default = said if isinstance(said, str) else parameter.default
     shown = "required" if parameter.required else "" if default in (None, "", False) or callable(default) else default
-    text = _cell(getattr(parameter, "help", "") or "")
+    text = _cell(help_text(command, parameter))
     return f"| {names} | {getattr(shown, 'value', shown)} | {text} |"

@@ -66,6 +66,16 @@ def test_an_option_has_the_help_and_the_range_of_its_setting(name: str, settings
             assert end not in limits or own == limits[end], parameter.name
 
 
+def test_help_names_options_as_the_command_has_them() -> None:
+    """Catches `size`, a setting, in the help of a command whose option is --view-size; and a value of an option, such
+    as `sample`, that is taken for an option of that name."""
+    shown = " ".join(
+        CliRunner().invoke(app, ["build", "--help"], env={"COLUMNS": "400"}, prog_name="pad").output.split()
+    )
+    assert "its short edge is resized to --view-size, then" in shown and "`size`" not in shown
+    assert "`sizes`: sizes too. `sample`: the sha256 of 64 images too." in shown
+
+
 def test_defaults_are_the_settings_or_said_to_be_others() -> None:
     """Few options have another default on the command line; they are named here."""
     others = set()

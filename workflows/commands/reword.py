@@ -1,4 +1,4 @@
-"""Replace names of Python's parameters in the library's errors by the options of the running command."""
+"""Replace names of Python's parameters in errors and help by the options of the running command."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ class Command(NarrowHelp, TyperCommand):
                 raise UsageError(f"Missing: {', '.join(shown)}.", ctx=ctx) from error
             raise
 
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write the help, in which options have their own names."""
+        with_help: list[Any] = [one for one in self.params if getattr(one, "help", None)]
+        texts = [one.help for one in with_help]
+        try:
+            for one in with_help:
+                one.help = help_text(self, one)
+            super().format_help(ctx, formatter)
+        finally:
+            for one, text in zip(with_help, texts, strict=True):
+                one.help = text
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's base class has no public name
         """Run the command; an error passes through `reword_error`."""
         try:
@@ -45,6 +57,14 @@ class Command(NarrowHelp, TyperCommand):
                 traceback.print_exc()
             reword_error(error, ctx)
             raise
+
+
+def help_text(command: Any, parameter: Any) -> str:
+    """Return the help of a parameter, with an option in place of each name in backticks that is another parameter of
+    the command. The values that the parameter may have stay."""
+    shown, values = _shown(command), str(parameter.bare_type())  # such as typing.Literal['sample', 'full']
+    text = getattr(parameter, "help", None) or ""
+    return _PARAMETER.sub(lambda name: name[0] if f"'{name[1]}'" in values else shown.get(name[1], name[0]), text)
 
 
 def reword_error(error: UserError, context: typer.Context) -> None:
