@@ -10,11 +10,11 @@ DEMO_OUT ?= demo-out
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: $(RUN)  ## Annotate drawn scenes, score them, train with and without patch loss: five minutes, no network.
+demo: $(RUN)  ## Annotate drawn scenes, score them, train with and without patch loss: three minutes, no network.
 	@if [ -f $(DEMO_OUT)/.pad-demo ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
 	$(BIN)/pad demo --out $(DEMO_OUT)
 
-test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: about six minutes.
+test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: about ten minutes.
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
