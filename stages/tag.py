@@ -144,7 +144,8 @@ def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
         raise UserError(field, path, "each line should be a probability, 0 to 1", "correct the file")
     if len(thresholds) != len(labels):
         rule = f"it has {len(thresholds)} lines, and the tag list has {len(labels)}"
-        raise UserError(field, path, rule, "give the file that belongs to the tag list")
+        remedy = "a tag list renames the tagger's labels one by one, so both files need a line for each of them"
+        raise UserError(field, path, rule, remedy)
     return labels, thresholds
 
 

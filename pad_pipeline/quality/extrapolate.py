@@ -166,8 +166,9 @@ def _hours(shards: ShardFolder, total: int) -> list[Extrapolated]:
             stages = [stage for name, stage in entry["stages"].items() if name not in _WITHOUT_MODEL]
             if not stages:
                 continue
-            elapsed = float(entry["elapsed_seconds"])
-            now = sum(float(one["busy"]) * elapsed * int(one["workers"]) for one in stages), int(stages[-1]["images"])
+            # An earlier version had shares of all seconds.
+            working = float(entry.get("working_seconds", entry["elapsed_seconds"]))
+            now = sum(float(one["busy"]) * working * int(one["workers"]) for one in stages), int(stages[-1]["images"])
             if now[1] < before[1]:  # a later run continues the sample
                 before = 0.0, 0
             if now[1] > before[1]:

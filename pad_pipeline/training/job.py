@@ -35,7 +35,7 @@ class Job(BaseModel):
     vision: AbsolutePath
     """Folder or hub name of the vision tower: CLIP, SigLIP, SigLIP 2 of fixed size, DINOv2, DINOv3 or TIPSv2."""
     llm: AbsolutePath
-    """Folder or hub name of the LLM, see `check_llm`."""
+    """Folder or hub name of the LLM: a causal decoder of transformers for text, such as Vicuna, Mistral or Qwen."""
     out: str
     """Output folder for `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
     `hf/`."""
@@ -49,7 +49,8 @@ class Job(BaseModel):
     """Read images that `data` names by URLs of this machine or of a private network. The server of `image_root` is read
     anyway."""
     fit: Fit = "pad"
-    """How the images of `data` are made square, see `View`. Shards have their own fit."""
+    """How the images of `data` are made square: cropped, padded with the mean color, or stretched. Shards have
+    their own fit."""
     init: AbsolutePath = ""
     """A `mm_projector.bin` of stage 1 or of LLaVA, with which the training begins; empty for a new projector."""
     wandb: str = ""

@@ -106,6 +106,21 @@ def test_the_time_left_is_known_before_the_first_shard_is_done(monkeypatch: pyte
     assert "0 of 4 shards, 0 images" in line and "about 0:00:40 left; busiest ground (90%, image 20 of 100)" in line
 
 
+def test_rates_and_shares_begin_with_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a short run on Ray that seems to crawl and to idle, because half a minute of its time was the start."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress("test", 4, 100, Console(quiet=True))
+    now[0] += 30
+    shown.update({"tag": StageState(StageWork(0), 2)})
+    now[0] += 4
+    shown.update({"tag": StageState(StageWork(8, 0, 4.0), 2), "ground": StageState(StageWork(8, 0, 4.0), 2)})
+    figures = shown.figures()
+    assert (figures["elapsed_seconds"], figures["working_seconds"]) == (34, 4)
+    assert (figures["stages"]["tag"]["busy"], figures["stages"]["tag"]["images_per_second"]) == (0.5, 2)
+    assert "0:00:34 elapsed (0:00:30 to start), about 0:00:46 left" in shown._line(figures)
+
+
 def test_the_use_of_gpus_is_shown_where_it_is_known() -> None:
     """As a mean over workers, without those that are gone or whose driver does not tell. Catches a use above 100%, and
     a GPU of which nothing is known that counts as idle."""

@@ -37,7 +37,13 @@ def build(
         str, option(INPUT, "Columns of a list, if pad can't guess them: image=URL, caption=ALT, id=N.")
     ] = "",
     models: Models = "paper",
-    tag_list: Annotated[str, option(MODELS, "Text file with your own labels for the tagger, one per line.")] = "",
+    tag_list: Annotated[
+        str,
+        option(
+            MODELS,
+            "Text file with other names for the tagger's labels: one per line, in the same order.",
+        ),
+    ] = "",
     tag_thresholds: Annotated[
         str, option(MODELS, "Text file with a probability threshold per label, one per line.")
     ] = "",

@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Train a projector with the loss L_caption + beta(t) * L_patch (stage 1), or projector and LLM (stage 2).
 
-    By default, stage 2 has no L_patch, because its `beta_end` is 0. Run the same command again to continue a stopped
+    By default, stage 2 has no L_patch, because its --beta-end is 0. Run the same command again to continue a stopped
     training. Under torchrun, its processes share the training.
 
     Examples:

@@ -24,6 +24,8 @@ EVERY = 60.0
 """Seconds between two lines on the console, and between two entries of `metrics.jsonl`."""
 STORED_EVERY = 600.0
 """Seconds between two uploads of `metrics.jsonl` to an object store, which takes only whole files."""
+LONG_START = 5.0
+"""Seconds from which on the line says how long it took to start Ray and to load the models."""
 RECENT = 60.0
 """Seconds over which the images per second are averaged."""
 
@@ -60,6 +62,8 @@ class Progress:
         self.done = 0
         self.stages: dict[str, StageState] = {}
         self.began = self._reported = self._stored = time.monotonic()
+        self.working: float | None = None
+        """When the stages began with the first images, after Ray had started and models were loaded; None before."""
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._live: Live | None = None
         self._metrics = ""
@@ -83,6 +87,9 @@ class Progress:
     def update(self, stages: dict[str, StageState]) -> None:
         """Take the progress of the stages. This may be called as often as needed."""
         now, self.stages = time.monotonic(), stages
+        if self.working is None and any(state.work.images for state in stages.values()):
+            spent = sum(state.work.seconds / max(state.workers, 1) for state in stages.values())
+            self.working, self._rates = max(self.began, now - spent), {}
         self._mark("all", now, self.found["images"])
         for name, state in stages.items():
             self._mark(name, now, state.work.images)
@@ -103,10 +110,12 @@ class Progress:
     def figures(self) -> dict[str, Any]:
         """Return one entry of `metrics.jsonl`."""
         # A retry of a few failed images finishes whole shards, so more images are found than were to do.
-        elapsed = time.monotonic() - self.began
+        now = time.monotonic()
+        elapsed, working = now - self.began, 0.0 if self.working is None else now - self.working
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "elapsed_seconds": round(elapsed, 1),
+            "working_seconds": round(working, 1),
             "shards": self.done,
             "shards_to_do": self.shards,
             "images": self.found["images"],
@@ -123,7 +132,7 @@ class Progress:
                     "failed": state.work.failed,
                     "queue": state.queue,
                     "workers": state.workers,
-                    "busy": round(min(1.0, state.work.seconds / max(elapsed * state.workers, 1e-9)), 3),
+                    "busy": round(min(1.0, state.work.seconds / max(working * state.workers, 1e-9)), 3),
                     "gpu_use": _gpu_use([state.work]),
                 }
                 for name, state in self.stages.items()
@@ -160,11 +169,14 @@ class Progress:
         image = f", image {busy['images']} of {self.images}" if busy and self.done < self.shards else ""
         busiest = f"; busiest {slowest} ({busy['busy']:.0%}{image})" if busy else ""
         gpu = "" if figures["gpu_use"] is None else f"; GPU {figures['gpu_use']:.0%}"
+        start = figures["elapsed_seconds"] - figures["working_seconds"] if self.working else 0.0
+        of_start = f" ({_clock(start)} to start)" if start >= LONG_START else ""
         about = "" if self.done or figures["seconds_left"] is None else "about "
         return (
             f"{self.kind}: {self.done} of {_many(self.shards, 'shard')}, {_many(figures['images'], 'image')}, "
             f"{figures['images_per_second']:.1f}/s, {_many(figures['regions'], 'region')}, {figures['failed']} failed, "
-            f"{_clock(figures['elapsed_seconds'])} elapsed, {about}{_clock(figures['seconds_left'])} left{busiest}{gpu}"
+            f"{_clock(figures['elapsed_seconds'])} elapsed{of_start}, "
+            f"{about}{_clock(figures['seconds_left'])} left{busiest}{gpu}"
         )
 
     def _table(self) -> Group | Text:
@@ -181,7 +193,7 @@ class Progress:
         return Group(table, Text(self._line(figures)))
 
     def _mark(self, name: str, now: float, images: int) -> None:
-        marks = self._rates.setdefault(name, deque([(self.began, 0)]))
+        marks = self._rates.setdefault(name, deque([(self.working or self.began, 0)]))
         if len(marks) > 1 and now - marks[-2][0] < 1:
             marks.pop()  # keep one mark a second
         marks.append((now, images))
@@ -190,7 +202,7 @@ class Progress:
 
     def _rate(self, name: str) -> float:
         """Return the images per second over the last `RECENT` seconds."""
-        marks = self._rates.get(name, [(self.began, 0)])
+        marks = self._rates.get(name, [(self.working or self.began, 0)])
         (first, before), (last, after) = marks[0], marks[-1]
         return (after - before) / max(last - first, 1e-9)
 

@@ -30,8 +30,9 @@ from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.cpu_workers import with_cpu_workers
+from pad_pipeline.workflows.runs.fingerprint import environment
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import prepare
+from pad_pipeline.workflows.runs.prepare import note_environment, prepare
 from pad_pipeline.workflows.runs.resume import Scan, check_there, is_file_of, own_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
@@ -244,6 +245,8 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
     of_run = folder, run.identity, run.images, options.used_threads
     chain = [link._replace(breaker=options.breaker) for link in spec.chain(*of_run)]
     if numbers:  # otherwise Ray would start for nothing
+        if existing.finished:
+            note_environment(run.environment, environment(options.used_threads))
         engine = (
             RayEngine(options.cluster, options.worker_range)
             if options.engine == "ray"

@@ -78,9 +78,9 @@ class RunOptions(BaseModel):
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
     workers: str = ""
     """Number of Ray workers with models: at most 8 with `8`; `2-8` also stops the run if there are fewer than 2 for
-    longer than `wait`. They are asked of an autoscaler, and more begin when nodes join. Empty: one for each GPU; with
-    `gpus` 0, one for each node of a cluster. On one machine without a GPU, or without models: as many as its cores, its
-    memory and the run's shards allow."""
+    longer than `wait`. On a cluster that grows, missing ones are requested, and begin when nodes join. Empty: one for
+    each GPU; with `gpus` 0, one for each node of a cluster. On one machine without a GPU, or without models: as many as
+    its cores, its memory and the run's shards allow."""
     gpus: float | None = Field(None, ge=0, le=1)
     """GPUs that each worker with models reserves: 1, or a share such as 0.5. 0 computes on the CPU. Empty: 1; on this
     machine alone, 0 if it has no GPU. A run on a cluster without a GPU waits for the first one."""
@@ -88,8 +88,8 @@ class RunOptions(BaseModel):
     """How long a run waits for workers that the cluster has no room for, such as 30s, 10m or 2h. Then it stops with
     exit code 4."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of each model. 0: the cores of the machine that runs the command, divided by its number of workers,
-    or by `workers`."""
+    """CPU threads of each model. 0: all cores of this machine, divided by its number of workers (by one with `engine`
+    local)."""
     part: str = ""
     """One part of the run, such as 3/8: the third of eight equal ranges of its shards. Parts may run at the same time,
     on machines that have nothing in common but `out`. All parts together write what one run writes."""

@@ -93,7 +93,7 @@ def prepare(
     if forked is not None:
         own = own_shards(run, options)
         note(f"{copy_finished_shards(forked, folder, run, own)} of {len(own)} shards are copied from {forked}.")
-        note_environment(Run.read(forked), run)
+        note_environment(Run.read(forked).environment, run.environment)
         existing = scan(folder, run.identity, own, others=not options.part)
     return run, existing
 
@@ -187,22 +187,21 @@ def plan_images(source: Source, path: Path, options: RunOptions, first: SampleFi
 def inherit_facts(old: Run, new: Run) -> Run:
     """Return `new` with the environment and the accepted code of `old`, because its shards stay in the run. A content
     that could not be read now keeps its hash.
-
-    A changed environment is reported, because last digits may then differ from shard to shard.
     """
     code = old.fingerprints.get("code", "")
     accepted = old.accepted_code + ([code] if code != new.fingerprints["code"] else [])
-    note_environment(old, new)
     contents = {key: sha256 or old.contents.get(key, "") for key, sha256 in new.contents.items()}
     inherited = {"accepted_code": accepted, "environment": old.environment, "contents": contents}
     return new.model_copy(update=inherited)
 
 
-def note_environment(old: Run, new: Run) -> None:
-    """Say it if the shards of `old` were made in another environment than those that are still to be made."""
-    if changed := differences(old.environment, new.environment):
+def note_environment(old: dict[str, str], new: dict[str, str]) -> None:
+    """Say it if finished shards were made in another environment, `old`, than those that are still to be made."""
+    if changed := differences(old, new):
         rule = "last digits may differ from shard to shard"
-        note(f"note: the environment has changed since the run began ({'; '.join(changed)}); {rule}.", "yellow")
+        if old.get("threads") != new.get("threads"):
+            rule += f"; with `threads` {old.get('threads')} they do not differ for that"
+        note(f"note: the environment has changed since the run began ({'; '.join(changed)}): {rule}.", "yellow")
 
 
 def remove_unfinished(folder: Folder, existing: Scan) -> None:
