@@ -31,7 +31,7 @@ PATIENCE = 20.0
 """Seconds in which a child can end by itself after a request. Then it is killed."""
 _FEW_SPINS = {"GOMP_SPINCOUNT": "1000"}
 """How long a thread of OpenMP that waits for another one keeps its core. With its default, a build takes 1.4 times as
-long, or much longer, on cores that other programs use too. On idle cores, this number costs 4%."""
+long, or much longer, on cores that other programs use too. On idle cores, this number costs 5%."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
