@@ -374,11 +374,13 @@ class ModelFile(NamedTuple):
         return self.code or cached_path(self.reference, self.revision, self.patterns)
 
     @property
-    def size(self) -> int:
-        """The bytes of the file, or of those files of the folder that are read; 0 if they were never fetched."""
-        if self.path is None or not self.path.is_dir():
-            return self.path.stat().st_size if self.path else 0
-        found = {file for pattern in self.patterns or ["**/*"] for file in self.path.glob(pattern) if file.is_file()}
+    def size(self) -> int | None:
+        """The bytes of the file, or of those files of the folder that are read; None if they were never fetched."""
+        if (path := self.path) is None:
+            return None
+        if path.is_file():
+            return path.stat().st_size
+        found = {file for pattern in self.patterns or ["**/*"] for file in path.glob(pattern) if file.is_file()}
         return sum(file.stat().st_size for file in found)
 
     @property

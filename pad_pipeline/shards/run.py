@@ -19,8 +19,8 @@ RUN_NAME = "run.json"
 
 
 class Run(BaseModel):
-    """The facts that decide the bytes of a run. The engine and the number of workers do not affect
-    them. Another number of threads can change last digits, see `environment`."""
+    """The facts that decide the bytes of a run. The engine and the number of workers do not affect them. Another
+    number of threads can change last digits, see `environment`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

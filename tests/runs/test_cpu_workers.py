@@ -10,6 +10,7 @@ import torch
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.run import Run
 from pad_pipeline.storage import Folder
+from pad_pipeline.weights import ModelFile
 from pad_pipeline.workflows.engine.ray_session import Cluster
 from pad_pipeline.workflows.runs import build, cpu_workers
 from pad_pipeline.workflows.runs.cpu_workers import with_cpu_workers
@@ -88,3 +89,15 @@ def test_a_build_asks_for_them_and_records_their_threads(
         pad(*command, "--out", tmp_path)
     assert asked == [(0, (1, 2))]
     assert Run.read(Folder(tmp_path)).environment["threads"] == "8"
+
+
+def test_a_size_that_is_not_known_is_not_nothing(tmp_path: Path) -> None:
+    """Catches a model that counts as no model: its run would have a worker on each core of a machine with a GPU."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"12345")
+    assert ModelFile("a", str(folder)).size == 7
+    assert ModelFile("a", str(folder), patterns=["model*"]).size == 5
+    assert ModelFile("a", str(folder / "config.json")).size == 2
+    assert ModelFile("a", "nobody/never-fetched").size is None

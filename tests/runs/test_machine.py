@@ -19,7 +19,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(groups: Path, own: str, **files: str) -> None:
-    """Write this process's line, and files of its groups: `_` in a name is a level."""
+    """Write this process's line, and files of its groups: `job__cpu_max` is job/cpu.max."""
     (groups / "own").write_text(own)
     for name, text in files.items():
         path = groups.joinpath("cgroup", *name.split("__"))

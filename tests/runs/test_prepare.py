@@ -83,6 +83,9 @@ def test_other_threads_are_said_with_a_remedy_and_only_where_shards_are_made(
     said = " ".join(pad(*command, "--threads", 2, "--out", tmp_path).err.split())
     assert "note: the environment has changed since the run began (threads: 1 -> 2)" in said
     assert "with --threads 1 they do not differ for that." in said
+    parts = [*command, "--out", tmp_path / "parts", "--part"]
+    assert pad(*parts, "1/2", "--threads", 1).code == 0
+    assert "(threads: 1 -> 2)" in pad(*parts, "2/2", "--threads", 2).err, "also of shards that another part made"
 
 
 def test_only_what_was_never_committed_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

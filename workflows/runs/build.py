@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source, Tally
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.stages.captions import CaptionsSettings
+from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, write_error
 from pad_pipeline.workflows.engine.attempts import Attempts
@@ -72,6 +74,7 @@ def build_spec(
     for one in annotators:
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
+    fingerprints = models.fingerprints(redo_from) | embedder.fingerprints()
     code = " ".join(filter(None, (one.code_version for one in annotators)))
     chain = partial(
         annotation_chain,
@@ -86,13 +89,18 @@ def build_spec(
         view=view,
         embedding_width=embedder.width,
         settings=models.as_sections() | earlier,
-        fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
+        fingerprints=fingerprints,
         chain=chain,
         code=code,
-        # A user's own class may load more than the files that it names.
-        model_bytes=None if code else sum(file.size for one in annotators for file in one.files()),
+        model_bytes=None if code else _bytes_of(annotators),  # own classes may load more than the files they name
         reads_texts=any(isinstance(one, CaptionsSettings) for one in annotators),
     )
+
+
+def _bytes_of(annotators: Iterable[StageSettings]) -> int | None:
+    """Return the size of the models' files; None if a size is not known."""
+    sizes = [file.size for one in annotators for file in one.files()]
+    return None if None in sizes else sum(filter(None, sizes))
 
 
 def _check_labels(embedder: LabelEmbedder, tagger: TaggerSettings) -> None:
@@ -245,8 +253,7 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
     of_run = folder, run.identity, run.images, options.used_threads
     chain = [link._replace(breaker=options.breaker) for link in spec.chain(*of_run)]
     if numbers:  # otherwise Ray would start for nothing
-        if existing.finished:
-            note_environment(run.environment, environment(options.used_threads))
+        note_environment(run.environment, environment(options.used_threads))  # a new run has this environment
         engine = (
             RayEngine(options.cluster, options.worker_range)
             if options.engine == "ray"

@@ -17,7 +17,6 @@ WORKER_BYTES = 1_500_000_000
 MODEL_COPIES = 4
 """Memory of a worker for each byte of its model files: the weights, and the tensors of a batch. This is a guess from
 `benchmarks/results/memory-cpu.md`, where the batch is a single image."""
-
 LEAST_BUSY = 7 / 8
 """The share of the cores that must have a thread. Twelve workers on sixteen cores would leave four cores idle."""
 

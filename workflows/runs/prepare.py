@@ -92,8 +92,10 @@ def prepare(
     survey.show(planned, source)
     if forked is not None:
         own = own_shards(run, options)
-        note(f"{copy_finished_shards(forked, folder, run, own)} of {len(own)} shards are copied from {forked}.")
-        note_environment(Run.read(forked).environment, run.environment)
+        copied = copy_finished_shards(forked, folder, run, own)
+        note(f"{copied} of {len(own)} shards are copied from {forked}.")
+        if 0 < copied < len(own):
+            note_environment(Run.read(forked).environment, run.environment)
         existing = scan(folder, run.identity, own, others=not options.part)
     return run, existing
 
