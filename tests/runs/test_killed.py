@@ -99,8 +99,9 @@ def test_a_worker_killed_on_ray_costs_nothing(command: list[object], unbroken: d
     assert "Traceback" not in said
 
 
-def cluster_chaos(histories: int, first: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.cluster_chaos", "--images", 24, "--histories", histories, "--first", first]
+def cluster_chaos(histories: int, first: int, images: int = 24) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.cluster_chaos", "--images", images]
+    command += ["--histories", histories, "--first", first]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
@@ -118,8 +119,8 @@ def test_nodes_that_come_and_go_on_ray_cost_nothing() -> None:
 @pytest.mark.long
 def test_a_run_whose_cluster_dies_ends_and_can_be_resumed() -> None:
     """The head's raylet or its gcs_server is killed: exit code 4, and the same command finishes the run on another
-    cluster. Catches a run without an end and without an exit code."""
-    found = cluster_chaos(1, first=4)["events"] | cluster_chaos(1, first=9)["events"]
+    cluster. Catches a run without an end and without an exit code. A run of 24 images is over before it notices."""
+    found = cluster_chaos(1, 4, images=80)["events"] | cluster_chaos(1, 9, images=80)["events"]
     assert found.keys() >= {"raylet killed", "gcs_server killed"}
 
 
